@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from checkpoints_app import lineage
+
+# 1 ─ 2 ─ 3 ─ 4          7's parent has expired
+#      ╰─ 5 ─ 6
+TREE = lineage.parents_of([(1, None), (2, 1), (3, 2), (4, 3), (5, 2), (6, 5), (7, 99)])
+
+trees = st.lists(st.integers(min_value=0)).map(
+    lambda choices: {n: (choice % n if n else None) for n, choice in enumerate(choices)}
+)
+
+
+def test_it_walks_up_nearest_first():
+    assert list(lineage.ancestors(6, TREE)) == [5, 2, 1]
+
+
+def test_it_takes_an_expired_parent_for_none():
+    assert list(lineage.ancestors(7, TREE)) == []
+
+
+def test_it_lists_children_in_order():
+    assert lineage.children_of(TREE) == {1: [2], 2: [3, 5], 3: [4], 5: [6]}
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "common"), [(4, 6, 2), (3, 4, 3), (2, 2, 2), (6, 1, 1), (7, 4, None)]
+)
+def test_it_finds_where_two_lines_part(first, second, common):
+    assert lineage.nearest_common_ancestor(first, second, TREE) == common
+
+
+def test_it_refuses_a_cycle():
+    with pytest.raises(ValueError, match="its own ancestor"):
+        list(lineage.ancestors(1, {1: 2, 2: 3, 3: 2}))
+
+
+@given(trees, st.data())
+def test_it_finds_the_last_of_all_common_ancestors(parents, data):
+    if not parents:
+        return
+    first, second = (data.draw(st.sampled_from(sorted(parents))) for _ in range(2))
+
+    found = lineage.nearest_common_ancestor(first, second, parents)
+
+    common = {first, *lineage.ancestors(first, parents)} & {
+        second,
+        *lineage.ancestors(second, parents),
+    }
+    assert found == max(common)
+
+
+@given(trees)
+def test_it_puts_every_child_under_its_own_parent(parents):
+    children = lineage.children_of(parents)
+
+    assert {c: p for p, cs in children.items() for c in cs} == {
+        c: p for c, p in parents.items() if p is not None
+    }
