@@ -21,7 +21,7 @@ lint: ## Check style, types, templates and migrations
 	$(PYTHON) manage.py makemigrations --check --dry-run
 
 bench: ## Measure against the peers and write benchmarks/results.json
-	@tools/bootstrap.sh --dev
+	@tools/bootstrap.sh --bench
 	$(PYTHON) -m benchmarks
 
 .PHONY: help run test lint bench

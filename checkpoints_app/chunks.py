@@ -15,14 +15,14 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 import zstandard
 
-from .codec import FORMAT, JSON
+from .codec import FORMAT, JSON, check_type
 from .errors import CheckpointCorrupt, UnstorableValue
 
 TEXT_LENGTH = 256
@@ -46,9 +46,20 @@ PLAIN, ZSTD = b"\x00", b"\x01"
 _TEXT, _NODE = b"t", b"n"
 _VALUE, _SPLICE = 1, 2
 _encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder().decode
+_decode = msgspec.msgpack.decode
 _Ext = msgspec.msgpack.Ext
-_local = threading.local()
+_SCALARS = frozenset((str, bool, int, float, type(None)))
+
+
+class _Zstd(threading.local):
+    """One of each per thread: they are costly to make and must not be shared between threads."""
+
+    def __init__(self) -> None:
+        self.compress = zstandard.ZstdCompressor(level=3, write_checksum=False).compress
+        self.decompress = zstandard.ZstdDecompressor().decompress
+
+
+_zstd = _Zstd()
 
 type _Texts = dict[str, tuple[bytes, msgspec.msgpack.Ext, int]]
 """For each text its digest, the reference to it, and the bytes of its content."""
@@ -64,12 +75,14 @@ class Split:
     """SHA-256 of the manifest, which names the whole state: equal digests, equal states."""
     chunks: dict[bytes, str | bytes]
     """Every chunk the state needs, by digest: the text, or the content of a node."""
+    added: list[bytes]
+    """Digests of those that the splitter's last state did not need."""
     size_bytes: int
     """All chunks and the manifest, each counted as often as it is used: the state unshared."""
 
 
 class Splitter:
-    """Cuts states into chunks, remembering the digests of the last state's texts.
+    """Cuts states into chunks, remembering the digests of the last state's chunks.
 
     Only immutable strings are remembered, never containers, so a state that was changed in place
     gives other chunks. Not safe for use from two threads at once.
@@ -77,19 +90,21 @@ class Splitter:
 
     def __init__(self) -> None:
         self._texts: _Texts = {}
+        self._chunks: dict[bytes, str | bytes] = {}
 
     def split(self, tree: JSON) -> Split:
         """Cut `tree`, as returned by `codec.encode`. Consumes it: its containers are overwritten.
 
         Raises UnstorableValue for a key that is not valid Unicode.
         """
-        cut = _Cut(self._texts)
+        cut = _Cut(self._texts, self._chunks)
         manifest = bytes([FORMAT]) + cut.encoded(cut.value(tree, 0))
-        self._texts = cut.texts
+        self._texts, self._chunks = cut.texts, cut.chunks
         return Split(
             manifest=manifest,
             digest=digest_of(manifest),
             chunks=cut.chunks,
+            added=cut.added,
             size_bytes=cut.size_bytes + len(manifest),
         )
 
@@ -105,11 +120,54 @@ def join(manifest: bytes, fetch: Callable[[Collection[bytes]], Mapping[bytes, by
             f"The checkpoint has format {manifest[:1].hex() or 'none'}, this version reads format "
             f"{FORMAT:02x}. Upgrade to the version that wrote it."
         )
-    root = _parse(manifest[1:])
+    contents = _gather(_references(manifest[1:]), fetch)
     try:
-        return _Join(_gather(root, fetch)).value(root, MAX_NESTING)
+        return _Join(contents).value(_parse(manifest[1:]), MAX_NESTING)
     except RecursionError as error:
         raise CheckpointCorrupt("The stored state nests too deep to be read.") from error
+
+
+def references(content: bytes) -> set[bytes]:
+    """The digests that a chunk's content refers to directly. Raises CheckpointCorrupt."""
+    return _references(content[1:]) if content[:1] == _NODE else set()
+
+
+def manifest_references(manifest: bytes) -> set[bytes]:
+    """`references` of a manifest."""
+    return _references(manifest[1:])
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shape:
+    """What a chunk unfolds to."""
+
+    depth: int
+    size_bytes: int
+    is_list: bool
+
+
+def shape(content: bytes, below: Callable[[bytes], Shape]) -> Shape:
+    """Check a chunk as `join` would, and the types that it names, without unfolding what it needs.
+
+    `below` gives the shapes of those it refers to. Raises CheckpointCorrupt, and UnknownType for a
+    type that is not registered.
+    """
+    if content[:1] == _TEXT:
+        _text(content)
+        return Shape(depth=0, size_bytes=len(content), is_list=False)
+    if content[:1] != _NODE:
+        raise CheckpointCorrupt(f"A chunk has the unknown kind {content[:1].hex() or 'none'}.")
+    return _shape(content, below)
+
+
+def manifest_shape(manifest: bytes, below: Callable[[bytes], Shape]) -> Shape:
+    """`shape` of a manifest."""
+    if manifest[:1] != bytes([FORMAT]):
+        raise CheckpointCorrupt(
+            f"A checkpoint has format {manifest[:1].hex() or 'none'}, this version reads format "
+            f"{FORMAT:02x}. Upgrade to the version that wrote it."
+        )
+    return _shape(manifest, below)
 
 
 def digest_of(content: bytes) -> bytes:
@@ -123,7 +181,7 @@ def content_of(chunk: str | bytes) -> bytes:
 
 def seal(content: bytes) -> bytes:
     """Content as it is stored: the envelope byte, then the shorter of packed and plain."""
-    packed = _compressor().compress(content)
+    packed = _zstd.compress(content)
     return ZSTD + packed if len(packed) < len(content) else PLAIN + content
 
 
@@ -137,7 +195,7 @@ def unseal(stored: bytes) -> bytes:
     try:
         if zstandard.frame_content_size(packed) > MAX_CONTENT_BYTES:
             raise CheckpointCorrupt(f"A chunk claims more than {MAX_CONTENT_BYTES} bytes.")
-        return _decompressor().decompress(packed, max_output_size=MAX_CONTENT_BYTES)
+        return _zstd.decompress(packed, max_output_size=MAX_CONTENT_BYTES)
     except zstandard.ZstdError as error:
         raise CheckpointCorrupt(f"A chunk cannot be unpacked: {error}") from error
 
@@ -153,10 +211,12 @@ def verified(digest: bytes, stored: bytes) -> bytes:
 class _Cut:
     """The work of one split."""
 
-    def __init__(self, known: _Texts) -> None:
+    def __init__(self, known: _Texts, known_chunks: Collection[bytes]) -> None:
         self.known = known
+        self.known_chunks = known_chunks
         self.texts: _Texts = {}
         self.chunks: dict[bytes, str | bytes] = {}
+        self.added: list[bytes] = []
         self.size_bytes = 0
 
     def value(self, value: JSON, level: int) -> Any:
@@ -210,7 +270,7 @@ class _Cut:
         found = self.texts.get(text)
         if found is None:
             found = self.texts[text] = self.known.get(text) or _reference(text)
-            self.chunks[found[0]] = text
+            self.keep(found[0], text)
         _, reference, size_bytes = found
         self.size_bytes += size_bytes
         return reference
@@ -218,9 +278,14 @@ class _Cut:
     def node(self, encoded: bytes, code: int) -> Any:
         content = _NODE + encoded
         digest = digest_of(content)
-        self.chunks[digest] = content
+        self.keep(digest, content)
         self.size_bytes += len(content)
         return _Ext(code, digest)
+
+    def keep(self, digest: bytes, chunk: str | bytes) -> None:
+        if digest not in self.known_chunks and digest not in self.chunks:
+            self.added.append(digest)
+        self.chunks[digest] = chunk
 
     def encoded(self, value: Any) -> bytes:
         try:
@@ -247,6 +312,60 @@ class _Cut:
         return value
 
 
+def _shape(content: bytes, below: Callable[[bytes], Shape]) -> Shape:
+    measure = _Measure(below)
+    root = _parse(content[1:])
+    try:
+        depth = measure.depth(root, MAX_NESTING)
+    except RecursionError as error:
+        raise CheckpointCorrupt("A chunk nests too deep to be read.") from error
+    size_bytes = len(content) + measure.size_bytes
+    if depth >= MAX_NESTING or size_bytes > MAX_STATE_BYTES:
+        raise CheckpointCorrupt(
+            f"A state nests {depth} levels deep and unfolds to {size_bytes} bytes. "
+            f"{MAX_NESTING} levels and {MAX_STATE_BYTES} bytes are the most."
+        )
+    return Shape(depth=depth, size_bytes=size_bytes, is_list=isinstance(root, list))
+
+
+class _Measure:
+    """How deep a node unfolds, and how large what it refers to is: `_Join`, but for shapes."""
+
+    def __init__(self, below: Callable[[bytes], Shape]) -> None:
+        self.below = below
+        self.size_bytes = 0
+
+    def depth(self, value: Any, room: int) -> int:
+        kind = type(value)
+        if kind in _SCALARS:
+            return 0
+        if room == 0:
+            raise CheckpointCorrupt(f"A chunk nests deeper than {MAX_NESTING} levels.")
+        if kind is dict:
+            check_type({_key(key): item for key, item in value.items()})
+            return 1 + max((self.depth(item, room - 1) for item in value.values()), default=0)
+        if kind is list:
+            return 1 + max((self.item_depth(item, room - 1) for item in value), default=0)
+        if kind is _Ext and value.code == _VALUE:
+            return 1 + self.take(bytes(value.data)).depth
+        raise CheckpointCorrupt(f"A node holds a {kind.__name__}, which is not typed JSON.")
+
+    def item_depth(self, item: Any, room: int) -> int:
+        if type(item) is not _Ext or item.code != _SPLICE:
+            return self.depth(item, room)
+        group = self.take(bytes(item.data))
+        if not group.is_list:
+            raise CheckpointCorrupt(
+                f"Chunk {bytes(item.data).hex()[:16]} is no group of list items."
+            )
+        return 1 + group.depth
+
+    def take(self, digest: bytes) -> Shape:
+        shape = self.below(digest)
+        self.size_bytes += shape.size_bytes
+        return shape
+
+
 class _Join:
     """The work of one join. Each reference is parsed anew, so that nothing mutable is shared."""
 
@@ -257,32 +376,41 @@ class _Join:
 
     def value(self, value: Any, room: int) -> JSON:
         kind = type(value)
-        if kind is str or kind is bool or value is None or kind is int or kind is float:
+        if kind in _SCALARS:
             return value  # type: ignore[no-any-return]
         if room == 0:
             raise CheckpointCorrupt(f"The stored state nests deeper than {MAX_NESTING} levels.")
         if kind is dict:
-            return {_key(key): self.value(item, room - 1) for key, item in value.items()}
+            # Most values are scalars: a call for each would double the cost of a load.
+            return {
+                key if type(key) is str else _key(key): item
+                if type(item) in _SCALARS
+                else self.value(item, room - 1)
+                for key, item in value.items()
+            }
         if kind is list:
-            return list(self.items(value, room - 1))
+            return self.items(value, room - 1)
         if kind is _Ext and value.code == _VALUE:
-            return self.referred(bytes(value.data), room - 1)
+            return self.referred(value.data, room - 1)
         raise CheckpointCorrupt(f"A node holds a {kind.__name__}, which is not typed JSON.")
 
-    def items(self, items: list[Any], room: int) -> Iterator[JSON]:
+    def items(self, items: list[Any], room: int) -> list[JSON]:
+        joined: list[JSON] = []
         for item in items:
             if type(item) is _Ext and item.code == _SPLICE:
-                yield from self.items(self.spliced(bytes(item.data), room), room - 1)
+                joined += self.items(self.spliced(bytes(item.data), room), room - 1)
             else:
-                yield self.value(item, room)
+                joined.append(self.value(item, room))
+        return joined
 
     def referred(self, digest: bytes, room: int) -> JSON:
         content = self.take(digest)
         if content[:1] == _NODE:
             return self.value(_parse(content[1:]), room)
-        if digest not in self.texts:
-            self.texts[digest] = _text(content)
-        return self.texts[digest]
+        text = self.texts.get(digest)
+        if text is None:
+            text = self.texts[digest] = _text(content)
+        return text
 
     def spliced(self, digest: bytes, room: int) -> list[Any]:
         content = self.take(digest)
@@ -306,10 +434,9 @@ def _reference(text: str) -> tuple[bytes, msgspec.msgpack.Ext, int]:
 
 
 def _gather(
-    root: Any, fetch: Callable[[Collection[bytes]], Mapping[bytes, bytes]]
+    wanted: set[bytes], fetch: Callable[[Collection[bytes]], Mapping[bytes, bytes]]
 ) -> dict[bytes, bytes]:
     contents: dict[bytes, bytes] = {}
-    wanted = set(_references(root))
     while wanted:
         found = fetch(wanted)
         if missing := wanted - found.keys():
@@ -317,27 +444,20 @@ def _gather(
                 f"{len(missing)} chunks are missing, such as {min(missing).hex()[:16]}."
             )
         contents.update(found)
-        nodes = (_parse(content[1:]) for content in found.values() if content[:1] == _NODE)
-        wanted = {digest for node in nodes for digest in _references(node)} - contents.keys()
+        wanted = set().union(*map(references, found.values())) - contents.keys()
     return contents
 
 
-def _references(node: Any) -> Iterator[bytes]:
-    # With a stack of our own: a node from a hostile bundle may nest as deep as it likes.
-    stack = [node]
-    while stack:
-        value = stack.pop()
-        if isinstance(value, dict):
-            stack.extend(value.values())
-        elif isinstance(value, list):
-            stack.extend(value)
-        elif isinstance(value, _Ext):
-            yield bytes(value.data)
+def _references(encoded: bytes) -> set[bytes]:
+    # Collected while parsing: several times as fast as a walk through what was parsed.
+    found: set[bytes] = set()
+    _parse(encoded, lambda code, digest: found.add(bytes(digest)))
+    return found
 
 
-def _parse(encoded: bytes) -> Any:
+def _parse(encoded: bytes, ext_hook: Callable[[int, memoryview], Any] | None = None) -> Any:
     try:
-        return _decode(encoded)
+        return _decode(encoded, ext_hook=ext_hook)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, TypeError) as error:
         raise CheckpointCorrupt(f"A node cannot be read: {error}") from error
 
@@ -353,16 +473,3 @@ def _key(key: Any) -> str:
     if not isinstance(key, str):
         raise CheckpointCorrupt(f"A node has a key of type {type(key).__name__}.")
     return key
-
-
-def _compressor() -> zstandard.ZstdCompressor:
-    # One per thread: the objects are costly to make and must not be shared between threads.
-    if not hasattr(_local, "compressor"):
-        _local.compressor = zstandard.ZstdCompressor(level=3, write_checksum=False)
-    return _local.compressor  # type: ignore[no-any-return]
-
-
-def _decompressor() -> zstandard.ZstdDecompressor:
-    if not hasattr(_local, "decompressor"):
-        _local.decompressor = zstandard.ZstdDecompressor()
-    return _local.decompressor  # type: ignore[no-any-return]

@@ -69,6 +69,7 @@ _COLLECTION_LOADERS = {name: cls for cls, name in _COLLECTIONS.items()}
 _CLASSES: dict[str, type] = {
     cls.__name__: cls for cls in (str, int, float, bool, bytes, list, dict, tuple, set, type(None))
 }
+_PLAIN = frozenset((str, bool, int, float, type(None)))
 _RESERVED = {*_SCALAR_LOADERS, *_COLLECTION_LOADERS, "dict", "type"}
 
 
@@ -94,6 +95,24 @@ def register[T: type](
         raise ValueError(f"The type name {name!r} is taken. Pass another one as name=.")
     _by_class[cls] = _by_name[name] = _Type(cls=cls, name=name, dump=dump, load=load)
     return cls
+
+
+def check_type(tree: Mapping[str, object]) -> None:
+    """Look up the type that one object of typed JSON names. Builds nothing.
+
+    Raises UnknownType for a name that is not registered, CheckpointCorrupt for what is no name.
+    """
+    if "$" not in tree:
+        return
+    name = tree["$"]
+    if not isinstance(name, str):
+        raise CheckpointCorrupt(f"A type is named by a {type(name).__name__}, not by a string.")
+    if name not in _RESERVED and name not in _by_name:
+        raise _unknown_name(name[:100])
+    if name == "type":
+        if not isinstance(tree.get("name"), str):
+            raise CheckpointCorrupt("A class is stored without its name.")
+        _class(str(tree["name"])[:100])
 
 
 def encode(value: Any) -> JSON:
@@ -219,7 +238,7 @@ def _finite(value: float) -> float:
 
 def _decode(tree: JSON, room: int) -> Any:
     kind = type(tree)
-    if kind is str or kind is bool or tree is None or kind is int or kind is float:
+    if kind in _PLAIN:
         return tree
     if room == 0:
         raise CheckpointCorrupt(f"The stored state nests deeper than {MAX_DEPTH} levels.")
@@ -227,15 +246,25 @@ def _decode(tree: JSON, room: int) -> Any:
         return [_decode(item, room - 1) for item in tree]  # type: ignore[union-attr]
     if not isinstance(tree, dict):
         raise CheckpointCorrupt(f"The stored state holds a {kind.__name__}, which is not JSON.")
-    if "$" not in tree:
-        return {_unescape(key): _decode(item, room - 1) for key, item in tree.items()}
-    return _decode_typed(tree, room - 1)
+    if "$" in tree:
+        return _decode_typed(tree, room - 1)
+    return _decode_fields(tree, room - 1)
+
+
+def _decode_fields(tree: dict[str, JSON], room: int) -> dict[str, Any]:
+    return {
+        key[1:] if key[:2] == "$$" else key: item if type(item) in _PLAIN else _decode(item, room)
+        for key, item in tree.items()
+        if key != "$"
+    }
 
 
 def _decode_typed(tree: dict[str, JSON], room: int) -> Any:
     name = tree["$"]
     try:
         name = _string(name)
+        if name in _by_name:
+            return _by_name[name].load(_decode_fields(tree, room))
         if name in _SCALAR_LOADERS:
             return _SCALAR_LOADERS[name](_string(tree["value"]))
         if name in _COLLECTION_LOADERS:
@@ -244,10 +273,7 @@ def _decode_typed(tree: dict[str, JSON], room: int) -> Any:
             return {_decode(key, room): _decode(item, room) for key, item in _pairs(tree)}
         if name == "type":
             return _class(_string(tree["name"]))
-        if name not in _by_name:
-            raise _unknown_name(name)
-        fields = {_unescape(k): _decode(v, room) for k, v in tree.items() if k != "$"}
-        return _by_name[name].load(fields)
+        raise _unknown_name(name)
     except CheckpointError:
         raise
     except Exception as error:  # a constructor may raise anything on fields it was not written for

@@ -65,7 +65,29 @@ class Checkpoint(models.Model):
         help_text="The whole state, neither shared nor compressed."
     )
     new_bytes = models.PositiveBigIntegerField(help_text="What this save added to the store.")
-    created_at = models.DateTimeField(default=timezone.now, db_index=True)
+    created_at = models.DateTimeField(default=timezone.now)
+
+    # What people and the runner say about it. The state itself never changes; these may.
+    backend = models.CharField(
+        max_length=500,
+        default="database",
+        help_text="Where its chunks lie: an address that `backends.at` reads.",
+    )
+    workflow = models.CharField(
+        max_length=64, blank=True, db_index=True, help_text="The tree of runs that it belongs to."
+    )
+    status = models.CharField(max_length=20, blank=True, help_text="The run's, when it was saved.")
+    team = models.CharField(max_length=100, blank=True)
+    cost_usd = models.DecimalField(
+        max_digits=14, decimal_places=6, default=0, help_text="Spent along the line up to here."
+    )
+    name = models.CharField(max_length=200, blank=True)
+    note = models.TextField(blank=True)
+    tags = models.JSONField(default=list, blank=True, help_text="Sorted, each once.")
+    is_pinned = models.BooleanField(default=False, help_text="Kept by every retention.")
+    is_read_only = models.BooleanField(
+        default=False, help_text="Imported under a foreign signature: shown, not run."
+    )
 
     class Meta:
         ordering = ["run_id", "position"]
@@ -73,6 +95,19 @@ class Checkpoint(models.Model):
             models.UniqueConstraint(
                 fields=["run_id", "position"], name="checkpoint_position_unique"
             )
+        ]
+        # Each ends like the first: whatever is filtered by, a page of the newest is read in order.
+        indexes = [
+            models.Index(fields=["-created_at", "-id"], name="checkpoint_newest"),
+            models.Index(fields=["workflow", "-created_at", "-id"], name="checkpoint_by_workflow"),
+            models.Index(fields=["status", "-created_at", "-id"], name="checkpoint_by_status"),
+            models.Index(fields=["agent", "-created_at", "-id"], name="checkpoint_by_agent"),
+            models.Index(fields=["team", "-created_at", "-id"], name="checkpoint_by_team"),
+            models.Index(
+                fields=["-created_at", "-id"],
+                condition=models.Q(is_pinned=True),
+                name="checkpoint_pinned",
+            ),
         ]
 
     def __str__(self) -> str:
@@ -87,6 +122,43 @@ class Chunk(models.Model):
 
     def __str__(self) -> str:
         return bytes(self.digest).hex()
+
+
+class MessageText(models.Model):
+    """A message as the search sees it, at the first kept checkpoint of the line that holds it.
+
+    `fulltext.py` has the index over it, which only its migration knows: on SQLite a virtual table
+    kept up by triggers, on PostgreSQL a generated column. A later migration that rebuilds this
+    table on SQLite must make the triggers again.
+    """
+
+    checkpoint = models.ForeignKey(
+        Checkpoint, on_delete=models.DB_CASCADE, related_name="message_texts"
+    )
+    author = models.CharField(max_length=100)
+    text = models.TextField()
+
+    def __str__(self) -> str:
+        return f"{self.author}: {self.text[:40]}"
+
+
+class MessageWords(models.Model):
+    """SQLite's word index over `MessageText`: a virtual table, which gives its rows in order."""
+
+    message = models.OneToOneField(
+        MessageText,
+        primary_key=True,
+        db_column="rowid",
+        on_delete=models.DO_NOTHING,
+        related_name="+",
+    )
+
+    class Meta:
+        managed = False
+        db_table = "checkpoints_app_messagetext_words"
+
+    def __str__(self) -> str:
+        return str(self.pk)
 
 
 class AuditEvent(models.Model):

@@ -30,6 +30,10 @@ def _env_int(name: str, default: int, *, highest: int) -> int:
     return int(value)
 
 
+def _env_limit(name: str) -> int | None:
+    return _env_int(name, 1, highest=10**15) if os.environ.get(name) else None
+
+
 DATA_DIR = Path(os.environ.get("FLEET_DATA_DIR") or BASE_DIR / "var").resolve()
 DATA_DIR.mkdir(parents=True, exist_ok=True, mode=0o700)
 
@@ -201,6 +205,25 @@ ATTACHMENT_DIR = DATA_DIR / "attachments"
 ATTACHMENT_MAX_BYTES = 50 * 1024 * 1024
 ATTACHMENT_MAX_COUNT = 10
 DATA_UPLOAD_MAX_MEMORY_SIZE = 5 * 1024 * 1024
+
+# Where the state of checkpoints lies, for the types of storage that lie somewhere.
+CHECKPOINT_LOCATIONS = {
+    "file": DATA_DIR / "checkpoints",
+    "redis": os.environ.get("FLEET_REDIS_URL", ""),
+    "cosmos": os.environ.get("FLEET_COSMOS_CONNECTION", ""),
+}
+
+# Whether saves index their messages for the full-text search.
+CHECKPOINT_SEARCH_INDEX = not _env_bool("FLEET_SEARCH_INDEX_OFF")
+
+# What `retention.clean_up` lets go of, beside the team file's `cleanup_after_days`.
+CHECKPOINT_RETENTION = {
+    "max_age_days": _env_limit("FLEET_KEEP_DAYS"),
+    "max_count": _env_limit("FLEET_KEEP_PER_RUN"),
+    "max_total_bytes": _env_limit("FLEET_KEEP_BYTES"),
+}
+# Whose imported checkpoints may be run here: NAME:HEX of the keys of other sites.
+FLEET_TRUSTED_BUNDLE_KEYS = _env_list("FLEET_TRUSTED_BUNDLE_KEYS")
 
 # How long a silent worker keeps its runs, and how often it says that it is alive.
 LEASE_SECONDS = 30

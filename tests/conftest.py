@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import subprocess
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -10,6 +11,7 @@ import pytest
 from asgiref.sync import sync_to_async
 from django.db import connections
 
+from tests.cosmos_server import CosmosServer
 from tests.model_server import ModelServer
 
 MODEL_VARIABLES = (
@@ -50,6 +52,32 @@ def configured_model(model_server: ModelServer, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("OPENAI_BASE_URL", model_server.url)
     monkeypatch.setenv("OPENAI_MODEL", "test-model")
     return model_server
+
+
+@pytest.fixture(scope="session")
+def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A Redis server that tests may fill and empty; without one the test is skipped."""
+    if url := os.environ.get("FLEET_TEST_REDIS_URL"):
+        yield url
+        return
+    program = shutil.which("redis-server")
+    if not program:
+        pytest.skip("Redis is missing. Install it: sudo apt-get install -y redis-server")
+    folder = tmp_path_factory.mktemp("redis")
+    options = ["--port", "0", "--save", "", "--appendonly", "no", "--dir", str(folder)]
+    command = [program, *options, "--unixsocket", str(folder / "socket")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            assert any("ready to accept connections" in line.lower() for line in server.stdout)
+            yield f"unix://{folder}/socket"
+        finally:
+            server.terminate()
+
+
+@pytest.fixture(scope="session")
+def cosmos() -> Iterator[CosmosServer]:
+    with CosmosServer() as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 #!/bin/sh
-# Makes .venv from uv.lock; with --dev also what the tests need. Everything lands in this folder: no
-# Python of the machine is changed. Any failure is one line and exit code 1.
+# Makes .venv from uv.lock; --dev adds what the tests need, --bench the peers to measure as well.
+# Everything lands in this folder: no Python of the machine is changed. Any failure is one line and
+# exit code 1.
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -67,7 +68,10 @@ if [ -z "$UV" ]; then
 fi
 
 if [ "${1:-}" = "--dev" ]; then
-    sync --extra postgres
+    # Inexact: testing must not remove the peers that measuring has installed.
+    sync --all-extras --inexact
+elif [ "${1:-}" = "--bench" ]; then
+    sync --all-extras --group bench
 else
     # Inexact: running must not remove what testing has installed.
     case "${FLEET_DATABASE_URL:-}" in

@@ -15,6 +15,8 @@ from django.db import transaction
 from django.db.models import F
 from django.utils import timezone
 
+from checkpoints_app.models import Checkpoint
+
 from . import live
 from .events import FINAL_KINDS, EventKind, clean
 from .models import Approval, Event, ModelCall, Run
@@ -150,6 +152,7 @@ class Recorder:
                 self.finish(Run.Status.CANCELLED, EventKind.CANCELLED, by=by)
                 return
             self._hold(status=Run.Status.WAITING, worker="", lease_expires_at=None)
+            self._mark_newest_checkpoint(Run.Status.WAITING)
             for approval in approvals:
                 known, _ = Approval.objects.get_or_create(
                     run_id=self.run_id,
@@ -180,18 +183,20 @@ class Recorder:
         """Set the run's final status, once, and say so. `error` also goes into the run's row."""
         if error:
             error = data["error"] = clean({"error": error})["error"]
-        self.append(
-            kind,
-            changes={
-                "status": status,
-                "error": error,
-                "finished_at": timezone.now(),
-                "worker": "",
-                "lease_expires_at": None,
-                "cancel_requested_by": "",
-            },
-            **data,
-        )
+        with transaction.atomic():
+            self.append(
+                kind,
+                changes={
+                    "status": status,
+                    "error": error,
+                    "finished_at": timezone.now(),
+                    "worker": "",
+                    "lease_expires_at": None,
+                    "cancel_requested_by": "",
+                },
+                **data,
+            )
+            self._mark_newest_checkpoint(status)
 
     def cancel_requested_by(self) -> str:
         """Who asked to cancel the run; empty when nobody did."""
@@ -211,6 +216,11 @@ class Recorder:
             changes={"status": Run.Status.QUEUED, "worker": "", "lease_expires_at": None},
             reason=reason,
         )
+
+    def _mark_newest_checkpoint(self, status: Run.Status) -> None:
+        """So that checkpoints can be found by how the run came to rest there."""
+        newest = Checkpoint.objects.filter(run_id=str(self.run_id)).order_by("-position")
+        Checkpoint.objects.filter(id__in=newest.values("id")[:1]).update(status=status)
 
     def _hold(self, **changes: Any) -> None:
         """Change the run's row if this attempt still owns it, and lock the row until commit."""

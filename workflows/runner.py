@@ -9,9 +9,12 @@ import logging
 from collections import Counter
 from collections.abc import Callable
 from contextlib import aclosing
+from decimal import Decimal
 from enum import Enum
+from functools import cached_property
 from typing import Any, Literal, cast
 
+from django.conf import settings
 from django.db import transaction
 
 from checkpoints_app.adapters import agent_framework as adapter
@@ -132,7 +135,7 @@ class Execution:
         task = "\n\n".join(part for part in (self.run.workflow.task, files) if part)
         storage = self._storage(team)
         if storage:
-            await in_thread(self._derive_fork)
+            await in_thread(self._derive_fork, storage.backend)
         latest = await in_thread(self._latest_checkpoint)
         self.recorder.round = latest.round if latest else 0
         await in_thread(self._tell_start, team, latest)
@@ -157,9 +160,33 @@ class Execution:
             await engine.close()
 
     def _storage(self, team: Team) -> adapter.DjangoCheckpointStorage | None:
-        if not team.checkpointing.enabled:
-            return None
-        return adapter.DjangoCheckpointStorage(self.run.id, on_save=self._tell_checkpoint)
+        kept = team.checkpointing
+        return adapter.create_checkpoint_storage(
+            self.run.id,
+            enabled=kept.enabled,
+            storage_type=kept.storage_type,
+            storage_path=kept.location(settings.DATA_DIR),
+            describe=self._describe,
+            on_save=self._tell_checkpoint,
+        )
+
+    def _describe(self) -> adapter.Description:
+        """What a checkpoint saved now can be found by."""
+        spent = Run.objects.values_list("cost_usd", flat=True).get(id=self.run.id)
+        return {
+            "workflow": str(self.run.workflow_id),
+            "status": Run.Status.RUNNING,
+            "team": ", ".join(agent.name for agent in self.team.agents)[:100],
+            "cost_usd": self._cost_before_usd + spent,
+        }
+
+    @cached_property
+    def _cost_before_usd(self) -> Decimal:
+        """What the line had cost where this run grew from it."""
+        if self.run.forked_from is None:
+            return Decimal(0)
+        origin = Checkpoint.objects.filter(id=self.run.forked_from)
+        return origin.values_list("cost_usd", flat=True).first() or Decimal(0)
 
     def _tell_checkpoint(self, checkpoint: Checkpoint) -> None:
         """Runs inside the save's transaction, so a worker that lost its run can save nothing."""
@@ -178,7 +205,7 @@ class Execution:
         found = Checkpoint.objects.filter(run_id=str(self.run.id)).defer("manifest")
         return found.order_by("position").last()
 
-    def _derive_fork(self) -> None:
+    def _derive_fork(self, backend: str) -> None:
         """Save the fork's first checkpoint, once: a later attempt finds it there."""
         if self.run.forked_from is None or self._latest_checkpoint():
             return
@@ -198,6 +225,8 @@ class Execution:
                 derived.checkpoint,
                 run_id=self.run.id,
                 source=Checkpoint.Source.FORK,
+                backend=backend,
+                describe=self._describe,
                 on_save=self._tell_checkpoint,
             )
             self.recorder.renew(replies=derived.replies)

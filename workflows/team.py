@@ -134,6 +134,15 @@ def _check_base_url(url: str) -> str:
     return url
 
 
+def _check_storage_path(path: str) -> str:
+    if "://" in path and "@" in path:
+        raise _refusal(
+            "carries a user name or password.",
+            "Put the whole URL into FLEET_REDIS_URL, and leave this key out.",
+        )
+    return path
+
+
 def _review(value: Any) -> Any:
     """`plan_review: true` is short for both of its keys."""
     if isinstance(value, bool):
@@ -163,10 +172,16 @@ class Limits(_Section):
 
 class Checkpointing(_Section):
     enabled: StrictBool = True
-    storage_type: Literal["database"] = "database"
-    storage_path: StrictStr = "./checkpoints"
+    storage_type: Literal["database", "file", "memory", "redis", "cosmos"] = "database"
+    storage_path: Annotated[StrictStr, AfterValidator(_check_storage_path)] = "./checkpoints"
     cleanup_after_days: StrictInt = Field(default=30, ge=0, le=36_500)
     auto_resume_on_failure: StrictBool = False
+
+    def location(self, folder: Path) -> str:
+        """Where state goes: below `folder`, at a URL, or "" for where the settings have it."""
+        if self.storage_type == "file":
+            return str(folder / self.storage_path) if self.storage_path else ""
+        return self.storage_path if "://" in self.storage_path else ""
 
 
 class HumanInTheLoop(_Section):

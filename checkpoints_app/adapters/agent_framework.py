@@ -6,11 +6,13 @@ Importing this module registers the framework's types with the codec.
 from __future__ import annotations
 
 import inspect
+import logging
 import re
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
+from decimal import Decimal
 from importlib.metadata import version
-from typing import Any
+from typing import Any, TypedDict
 from uuid import UUID
 
 from agent_framework import (
@@ -46,12 +48,14 @@ from agent_framework_orchestrations._base_group_chat_orchestrator import (
     GroupChatResponseMessage,
 )
 
-from checkpoints_app import codec, store
+from checkpoints_app import backends, codec, store
 from checkpoints_app.chunks import Split, Splitter
 from checkpoints_app.codec import JSON
-from checkpoints_app.errors import CheckpointError, UnstorableValue
+from checkpoints_app.errors import CheckpointError, CheckpointReadOnly, UnstorableValue
 from checkpoints_app.models import Checkpoint
 from checkpoints_app.threads import in_thread
+
+logger = logging.getLogger(__name__)
 
 _COMPARED_VERSION = re.compile(r"1\.23\.")
 """Versions whose runner `spare_copies` was compared with, by its contract test."""
@@ -62,6 +66,18 @@ ORCHESTRATOR = MagenticOrchestrator.MANAGER_NAME
 Phase = Checkpoint.Phase
 
 
+class Description(TypedDict, total=False):
+    """What the index can hold about a checkpoint beyond what its state tells."""
+
+    workflow: str
+    status: str
+    team: str
+    cost_usd: Decimal
+
+
+type Describe = Callable[[], Description]
+
+
 class DjangoCheckpointStorage:
     """The framework's `CheckpointStorage` protocol, scoped to one run.
 
@@ -70,24 +86,38 @@ class DjangoCheckpointStorage:
     the event loop's default executor. One instance serves one run of one workflow at a time.
     """
 
-    def __init__(self, run_id: str | UUID, *, on_save: store.OnSave | None = None) -> None:
-        """`on_save` is called inside the transaction, after the row; what it raises refuses it."""
+    def __init__(
+        self,
+        run_id: str | UUID,
+        *,
+        backend: str = backends.DATABASE,
+        describe: Describe | None = None,
+        on_save: store.OnSave | None = None,
+    ) -> None:
+        """Save to `backend`, an address such as `redis`; load from wherever a checkpoint lies.
+
+        `describe` is asked before each save for what people search by; it may read the database.
+        `on_save` is called inside the transaction, after the row; what it raises refuses it.
+        """
         self.run_id = str(run_id)
+        self.backend = backend
         self.last_saved: Checkpoint | None = None
         """The newest checkpoint saved through this instance."""
         self.error: BaseException | None = None
         """Why a save failed. The framework logs such errors and goes on, so look here; it stays."""
+        self._describe = describe
         self._on_save = on_save
         self._splitter = Splitter()
-        self._known: frozenset[bytes] = frozenset()
+        self._said: set[bytes] = set()
 
     async def save(self, checkpoint: WorkflowCheckpoint) -> str:
         try:
             # Encode before the first await: later steps mutate what the framework handed over.
             split = self._splitter.split(_tree_of(checkpoint))
-            entry = _entry_of(checkpoint, run_id=self.run_id)
+            entry = _entry_of(checkpoint, run_id=self.run_id, backend=self.backend)
             self.last_saved = await in_thread(self._write, entry, split)
         except BaseException as error:
+            self._splitter = Splitter()  # what the last one remembers may not have been stored
             self.error = error
             raise
         return checkpoint.checkpoint_id
@@ -115,14 +145,17 @@ class DjangoCheckpointStorage:
 
     async def delete(self, checkpoint_id: str) -> bool:
         """Delete a checkpoint of this run; False when the run has none with this id."""
-        self._known = frozenset()  # its chunks may be swept from now on
+        self._splitter = Splitter()
         return await in_thread(self._delete, checkpoint_id)
 
     def _write(self, entry: Checkpoint, split: Split) -> Checkpoint:
-        saved = store.save(entry, split, known=self._known, on_save=self._on_save)
-        # Only now, and only this checkpoint's: what it refers to stays while it is the run's tip.
-        self._known = frozenset(split.chunks)
-        return saved
+        _fill_in(entry, self._describe)
+        # What the splitter and `_said` remember is the state that was cut last.
+        is_next = self.last_saved is not None and self.last_saved.pk == entry.parent_id
+        if not is_next:
+            self._said = store.said_at(entry.parent_id)
+        added = split.added if is_next else None
+        return store.save(entry, split, added=added, said=self._said, on_save=self._on_save)
 
     def _rows(self, workflow_name: str) -> Any:  # a queryset; its type needs a database model's id
         return Checkpoint.objects.filter(run_id=self.run_id, workflow_name=workflow_name)
@@ -133,6 +166,33 @@ class DjangoCheckpointStorage:
         except CheckpointError:
             return False
         return entry.run_id == self.run_id and store.delete([entry.pk]) == 1
+
+
+def create_checkpoint_storage(
+    run_id: str | UUID,
+    *,
+    enabled: bool = True,
+    storage_type: str = backends.DATABASE,
+    storage_path: str = "",
+    describe: Describe | None = None,
+    on_save: store.OnSave | None = None,
+) -> DjangoCheckpointStorage | None:
+    """The storage that a section `checkpointing` asks for; None when it wants no checkpoints.
+
+    `storage_path` is a folder or a URL; empty, the site's settings say where. An unknown type is
+    logged and gives None too. Raises BackendUnavailable for a place that cannot be used.
+    """
+    if not enabled:
+        return None
+    if storage_type not in backends.TYPES:
+        logger.warning(
+            "There is no storage of type %r, so no checkpoint will be saved. Choose %s.",
+            storage_type,
+            ", ".join(backends.TYPES),
+        )
+        return None
+    backend = backends.address_of(storage_type, storage_path)
+    return DjangoCheckpointStorage(run_id, backend=backend, describe=describe, on_save=on_save)
 
 
 def spare_copies(workflow: Workflow) -> bool:
@@ -166,9 +226,14 @@ def spare_copies(workflow: Workflow) -> bool:
 def load_checkpoint(checkpoint_id: str | UUID) -> WorkflowCheckpoint:
     """Rebuild a checkpoint of any run, sharing nothing with any other copy of it.
 
-    Raises CheckpointNotFound, CheckpointCorrupt, or UnknownType.
+    Raises CheckpointNotFound, CheckpointCorrupt, UnknownType, or CheckpointReadOnly.
     """
     entry = store.entry_of(checkpoint_id)
+    if entry.is_read_only:
+        raise CheckpointReadOnly(
+            f"Checkpoint {entry.pk} came in a bundle that no trusted key signed, so it can be read "
+            "and compared, not run. Trust the key of its site and import the bundle again."
+        )
     body = codec.decode(store.load_entry(entry))
     return WorkflowCheckpoint(
         workflow_name=entry.workflow_name,
@@ -184,6 +249,8 @@ def save_checkpoint(
     *,
     run_id: str | UUID,
     source: Checkpoint.Source | str,
+    backend: str = backends.DATABASE,
+    describe: Describe | None = None,
     on_save: store.OnSave | None = None,
 ) -> Checkpoint:
     """Save one checkpoint outside a running workflow: a fork's first, an imported one.
@@ -191,7 +258,8 @@ def save_checkpoint(
     `on_save` and the errors are those of `store.save`; UnknownType and UnstorableValue too.
     """
     split = Splitter().split(_tree_of(checkpoint))
-    entry = _entry_of(checkpoint, run_id=str(run_id), source=source)
+    entry = _entry_of(checkpoint, run_id=str(run_id), backend=backend, source=source)
+    _fill_in(entry, describe)
     return store.save(entry, split, on_save=on_save)
 
 
@@ -216,7 +284,11 @@ def _tree_of(checkpoint: WorkflowCheckpoint) -> JSON:
 
 
 def _entry_of(
-    checkpoint: WorkflowCheckpoint, *, run_id: str, source: Checkpoint.Source | str | None = None
+    checkpoint: WorkflowCheckpoint,
+    *,
+    run_id: str,
+    backend: str,
+    source: Checkpoint.Source | str | None = None,
 ) -> Checkpoint:
     phase, agent = _phase_and_agent(checkpoint)
     is_input = phase == Phase.ENTRY and checkpoint.previous_checkpoint_id is None
@@ -224,6 +296,7 @@ def _entry_of(
     return Checkpoint(
         id=_uuid(checkpoint.checkpoint_id),
         run_id=run_id,
+        backend=backend,
         parent_id=None if previous is None else _uuid(previous),
         source=source or (Checkpoint.Source.INPUT if is_input else Checkpoint.Source.LOOP),
         phase=phase,
@@ -233,6 +306,11 @@ def _entry_of(
         workflow_name=checkpoint.workflow_name,
         created_at=datetime.fromisoformat(checkpoint.timestamp),
     )
+
+
+def _fill_in(entry: Checkpoint, describe: Describe | None) -> None:
+    for field, value in (describe() if describe else {}).items():
+        setattr(entry, field, value)
 
 
 def _uuid(checkpoint_id: str) -> UUID:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -26,10 +26,19 @@ class Backend(ABC):
     """Survives the end of the process."""
     is_shared: ClassVar[bool]
     """Other processes see the same chunks."""
+    is_transactional: ClassVar[bool] = False
+    """Chunks commit together with the index row, inside the database's transaction."""
 
     @abstractmethod
     def missing(self, digests: Collection[bytes]) -> set[bytes]:
         """Those of `digests` that are not here: what a save must put."""
+
+    def add(self, digests: Collection[bytes], stored: Callable[[bytes], bytes]) -> int:
+        """Keep those of `digests` that are not here, as `stored` gives them; return their bytes."""
+        new = {digest: stored(digest) for digest in self.missing(digests)} if digests else {}
+        if new:
+            self.put(new)
+        return sum(map(len, new.values()))
 
     @abstractmethod
     def put(self, chunks: Mapping[bytes, bytes]) -> None:
@@ -42,6 +51,10 @@ class Backend(ABC):
     @abstractmethod
     def delete(self, digests: Collection[bytes]) -> int:
         """Forget chunks and return how many there were."""
+
+    @abstractmethod
+    def digests(self) -> Iterator[bytes]:
+        """Of every chunk, in any order, perhaps twice. Those that come or go meanwhile may miss."""
 
     @abstractmethod
     def usage(self) -> Usage:

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import itertools
 import uuid
+from decimal import Decimal
 from types import SimpleNamespace
 from typing import Any
 
@@ -38,7 +40,7 @@ from checkpoints_app.adapters.agent_framework import (
     save_checkpoint,
 )
 from checkpoints_app.errors import CheckpointNotFound, UnknownType, UnstorableValue
-from checkpoints_app.models import Checkpoint, Chunk
+from checkpoints_app.models import Checkpoint, Chunk, MessageText
 
 from .fakes import Script, add_with_approval, drive, team
 
@@ -477,3 +479,53 @@ def test_it_keeps_that_a_tool_failed_but_not_the_text_that_may_hold_secrets():
 )
 def test_it_tells_the_phase_of_workflows_that_are_not_magentic(sent, expected):
     assert phase(sent) == expected
+
+
+@sync_to_async
+def said(run_id: str) -> list[tuple[int, str]]:
+    """Position and text of every indexed message of a run."""
+    texts = MessageText.objects.filter(checkpoint__run_id=run_id).order_by("id")
+    return list(texts.values_list("checkpoint__position", "text"))
+
+
+async def test_it_indexes_each_message_of_a_run_once_as_soon_as_it_is_said():
+    await drive(
+        team(Script(rounds=12, reply_bytes=400), DjangoCheckpointStorage("run-1")),
+        message="Analyse",
+    )
+
+    found = await said("run-1")
+    replies = [(position, text) for position, text in found if " says " in text]
+    assert [position for position, _ in replies] == [2 * n for n in range(1, 13)]
+    assert len({text for _, text in found}) == len(found)
+
+
+async def test_it_indexes_nothing_twice_when_a_run_is_resumed():
+    await drive(team(Script(rounds=4), DjangoCheckpointStorage("run-1")), message="Analyse")
+    before = await said("run-1")
+    [*_, late] = [c for c in await rows() if c.phase == "agent_replied"]
+
+    await drive(
+        team(Script(rounds=5), DjangoCheckpointStorage("run-2")), checkpoint_id=str(late.pk)
+    )
+
+    assert {text for _, text in before}.isdisjoint(text for _, text in await said("run-2"))
+
+
+async def test_it_fills_in_what_the_caller_says_about_a_checkpoint():
+    costs = itertools.count()
+    storage = DjangoCheckpointStorage(
+        "run-1",
+        describe=lambda: {
+            "workflow": "w-1",
+            "status": "running",
+            "team": "coder",
+            "cost_usd": Decimal(next(costs)),
+        },
+    )
+
+    await drive(team(Script(rounds=1), storage), message="Analyse")
+
+    saved = await rows()
+    assert {(c.workflow, c.status, c.team) for c in saved} == {("w-1", "running", "coder")}
+    assert [c.cost_usd for c in saved] == list(range(len(saved)))

@@ -61,3 +61,60 @@ def test_it_puts_every_child_under_its_own_parent(parents):
     assert {c: p for p, cs in children.items() for c in cs} == {
         c: p for c, p in parents.items() if p is not None
     }
+
+
+def lanes(parents):
+    return {place.checkpoint: place.lane for place in lineage.tree(parents)}
+
+
+def test_it_keeps_a_line_in_its_lane_and_gives_a_branch_the_next():
+    assert lanes(TREE) == {1: 0, 2: 0, 3: 0, 4: 0, 5: 1, 6: 1, 7: 0}
+
+
+def test_it_uses_a_lane_again_when_its_branch_is_over():
+    #  1 ─ 2 ─ 4 ─ 6      3 ends before 5 leaves 4
+    #   ╰ 3     ╰ 5       (7 goes on with 6)
+    parents = {1: None, 2: 1, 3: 1, 4: 2, 6: 4, 5: 4, 7: 6}
+
+    assert lanes(parents) == {1: 0, 2: 0, 3: 1, 4: 0, 6: 0, 5: 1, 7: 0}
+
+
+def test_it_puts_parents_before_children_whatever_the_clock_says():
+    places = lineage.tree({2: 1, 1: None, 3: 2})
+
+    assert [(place.row, place.checkpoint) for place in places] == [(0, 1), (1, 2), (2, 3)]
+
+
+def test_it_draws_no_cycle():
+    with pytest.raises(ValueError, match="2 checkpoints are not below any root"):
+        lineage.tree({1: None, 2: 3, 3: 2})
+
+
+@given(trees)
+def test_it_places_each_checkpoint_once_in_the_order_of_creation(parents):
+    places = lineage.tree(parents)
+
+    assert [(place.checkpoint, place.parent) for place in places] == list(parents.items())
+    assert [place.row for place in places] == list(range(len(parents)))
+
+
+@given(trees)
+def test_it_puts_no_two_lines_into_one_place(parents):
+    places = lineage.tree(parents)
+
+    taken = [
+        (place.lane, row)
+        for place in places
+        for row in range(place.row if place.parent is None else place.parent + 1, place.row + 1)
+    ]
+    assert len(taken) == len(set(taken))
+
+
+@given(trees)
+def test_it_uses_no_more_lanes_than_there_are_branches(parents):
+    places = lineage.tree(parents)
+
+    highest = max((place.lane for place in places), default=0)
+    assert highest <= sum(len(c) - 1 for c in lineage.children_of(parents).values()) + sum(
+        parent is None for parent in parents.values()
+    )

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from checkpoints_app import chunks, codec, store
+from checkpoints_app import backends, chunks, codec, store
 from checkpoints_app.errors import CheckpointConflict, CheckpointCorrupt, CheckpointNotFound
 from checkpoints_app.models import Checkpoint, Chunk
 
@@ -50,7 +50,7 @@ def test_it_stores_a_shared_text_once_across_runs():
 def test_it_counts_exactly_the_bytes_that_a_save_adds():
     saved = [save({"state": {"h": [f"{n} {LONG}" for n in range(count)]}}) for count in (9, 9, 12)]
 
-    stored = store.backend.usage().size_bytes + sum(len(c.manifest) for c in saved)
+    stored = backends.at("database").usage().size_bytes + sum(len(c.manifest) for c in saved)
     assert sum(checkpoint.new_bytes for checkpoint in saved) == stored
 
 

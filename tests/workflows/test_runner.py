@@ -10,6 +10,7 @@ from tests.running import (
     checkpoints,
     dispatching,
     finish,
+    fork_and_finish,
     is_at_rest,
     kinds,
     make_actor,
@@ -108,7 +109,7 @@ def test_it_stops_with_a_clear_event_when_a_save_fails(
     def full(*args: object, **kwargs: object) -> None:
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(database.DatabaseBackend, "put", full)
+    monkeypatch.setattr(database.DatabaseBackend, "add", full)
 
     run = start_and_finish(make_team(model_server))
 
@@ -416,3 +417,42 @@ def test_it_pauses_when_its_time_is_up(model_server: ModelServer) -> None:
 
     assert run.status == Run.Status.PAUSED
     assert "limit of 1 s" in Event.objects.get(run=run, kind="paused").data["reason"]
+
+
+def test_it_says_by_what_a_checkpoint_can_be_found(model_server: ModelServer) -> None:
+    prices = {"test-model": {"input": 2, "output": 10}}
+
+    run = start_and_finish(make_team(model_server, prices=prices))
+
+    saved = checkpoints(run)
+    assert {c.workflow for c in saved} == {str(run.workflow_id)}
+    assert {c.team for c in saved} == {"researcher, coder"}
+    assert [c.status for c in saved] == ["running"] * (len(saved) - 1) + ["completed"]
+    costs = [c.cost_usd for c in saved]
+    assert costs == sorted(costs)
+    assert costs[-1] == run.cost_usd > costs[0]
+
+
+def test_it_counts_the_cost_of_a_fork_along_its_line(model_server: ModelServer) -> None:
+    prices = {"test-model": {"input": 2, "output": 10}}
+    run = start_and_finish(make_team(model_server, prices=prices))
+    origin = checkpoint_at(run, round=2)
+
+    fork = fork_and_finish(origin, "Count the goats.")
+
+    first, *_, last = checkpoints(fork)
+    assert first.cost_usd == origin.cost_usd > 0
+    assert last.cost_usd == origin.cost_usd + fork.cost_usd
+
+
+def test_it_marks_the_checkpoint_at_which_a_run_failed(model_server: ModelServer) -> None:
+    run = start(make_team(model_server))
+    with dispatching():
+        wait_until(lambda: model_server.count("worker") == 1)
+        model_server.fail(50, status=400)
+        wait_until(lambda: is_at_rest(run))
+
+    *before, last = checkpoints(run)
+
+    assert last.status == "failed"
+    assert {c.status for c in before} <= {"running"}

@@ -156,7 +156,7 @@ def test_it_collects_every_problem_in_the_order_of_the_lines(file: Path) -> None
         ("workflow: {max_resets: 99}", "max_resets is too large: 99. Write 20 or less."),
         ("workflow: {timeout_seconds: yes}", "timeout_seconds cannot be True."),
         ("checkpointing: {enabled: 1}", "enabled cannot be 1. Write true or false"),
-        ("checkpointing: {storage_type: disk}", "cannot be 'disk'. Choose 'database'."),
+        ("checkpointing: {storage_type: disk}", "cannot be 'disk'. Choose 'database', 'file', "),
         ("checkpointing: on", "checkpointing must hold keys of its own."),
         ("fleet: {plan_review: maybe}", "fleet.plan_review must say whether"),
         ("fleet: {manager: {temperature: 3}}", "temperature is too large: 3. Write 2.0 or less."),

@@ -33,16 +33,14 @@ class Command(BaseCommand):
     requires_system_checks = []  # a busy port is reported before anything else
 
     def handle(self, *args: Any, **options: Any) -> None:
-        # Until the server takes the signal over, SIGTERM ends the start as Ctrl+C does.
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        # Until the server takes the signals over they end the process: nothing runs yet.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: end_now())
         check_port()
         self.folder_lock = lock_data_folder()
         self.check()
-        try:
-            self.prepare()
-            self.serve()
-        except KeyboardInterrupt:
-            self.stdout.write("Stopped.")
+        self.prepare()
+        self.serve()
 
     def prepare(self) -> None:
         call_command("migrate", verbosity=0, interactive=False)
@@ -61,7 +59,9 @@ class Command(BaseCommand):
         def ready() -> None:
             live.serve_from(reactor._asyncioEventloop)
             dispatcher.start()
-            self.announce()
+            # The text needs the database, which the running reactor must not wait for; but only a
+            # running reactor hears the signals, so nobody is told that it runs before it does.
+            reactor.callWhenRunning(self.say, self.announcement())
 
         reactor.addSystemEventTrigger("before", "shutdown", end_in_time)
         server = Server(
@@ -80,11 +80,14 @@ class Command(BaseCommand):
         self.stdout.write("Stopped. Runs that were under way go on with the next start.")
         end_now()
 
-    def announce(self) -> None:
-        """Say where the site is, how to get in, where the data lies and which models work."""
+    def announcement(self) -> str:
+        """Where the site is, how to get in, where the data lies and which models work."""
         lines = ["", f"AgenticFleet Dashboard is running at {site_address()}/"]
         lines += ["", *ways_in(), "", f"Data    {settings.DATA_DIR}", *team_status()]
-        self.stdout.write("\n".join([*lines, "Stop    Ctrl+C", ""]))
+        return "\n".join([*lines, "Stop    Ctrl+C", ""])
+
+    def say(self, text: str) -> None:
+        self.stdout.write(text)
         self.stdout.flush()
 
 
